@@ -84,8 +84,9 @@ impl Header {
     /// The entries, if they have been made.
     #[inline]
     pub(crate) fn leases(&self, words: usize) -> Option<LeaseTable> {
-        // Acquire: the entries are filled in.
-        let address = self.lease_block.load(Ordering::Acquire) as usize;
+        // Acquire: the entries are filled in. SeqCst: a thread that sleeps until an element comes back has announced that
+        // before this look; see `protocol::bell`.
+        let address = self.lease_block.load(Ordering::SeqCst) as usize;
         let stride = 8 * (HEAD + words);
         // If the word is garbage, it may name anything.
         let fits = address != 0
@@ -190,7 +191,8 @@ impl LeaseTable {
     /// The entries that were ever used.
     fn entries(&self) -> impl Iterator<Item = LeaseEntry> {
         let table = *self;
-        let used = self.used().load(Ordering::Acquire) as usize;
+        // SeqCst: as in `Header::leases`.
+        let used = self.used().load(Ordering::SeqCst) as usize;
         (0..used.min(LEASES)).map(move |index| table.entry(index))
     }
 
@@ -201,7 +203,7 @@ impl LeaseTable {
             .map(|index| self.entry(index))
             .enumerate()
             .find(|(index, entry)| {
-                if entry.state.load(Ordering::Relaxed) != FREE {
+                if !entry.is_free() {
                     return false;
                 }
                 let address = std::ptr::from_ref(entry.state).addr() as u64;

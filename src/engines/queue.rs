@@ -200,7 +200,9 @@ impl Header {
 
     /// The first ring that was ever made.
     pub(crate) fn first(&self, words: usize) -> Option<Ring> {
-        self.ring(self.block.0.load(Ordering::Acquire), words)
+        // SeqCst: a thread that sleeps until there is an element has announced that before this look; see
+        // `protocol::bell`.
+        self.ring(self.block.0.load(Ordering::SeqCst), words)
     }
 
     #[inline(always)]
@@ -303,8 +305,9 @@ fn make_once(
     });
     if let Ok(block) = made {
         fill(block);
+        // SeqCst: before anything that is stored there, and the look whether somebody sleeps.
         let published =
-            named_by.compare_exchange(0, block as u64, Ordering::AcqRel, Ordering::Relaxed);
+            named_by.compare_exchange(0, block as u64, Ordering::SeqCst, Ordering::Relaxed);
         match published {
             Ok(_) => slot.intent.close(),
             Err(_) => block::close_and_free(arena, slot, block as u64),

@@ -7,7 +7,7 @@
 //!
 //! A sleeper sets the bit, looks once more, and sleeps while the word is as it left it. A thread that
 //! changes what the sleeper waits for does so by a sequentially consistent change, and then looks at
-//! the bit: one of the two sees the other.
+//! the bit: one of the two sees the other, if the sleeper's look is sequentially consistent, too.
 //!
 //! A sleeper that wakes does not clear the bit, so a ring may find nobody asleep; it clears the bit then. The clearing
 //! also changes the count: otherwise a thread that is about to sleep would fall asleep if the next sleeper set the bit

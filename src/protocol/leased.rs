@@ -59,6 +59,13 @@ impl Entry<'_> {
             .is_ok()
     }
 
+    /// True if the entry can be [claimed](Self::claim).
+    #[inline]
+    pub fn is_free(&self) -> bool {
+        // SeqCst: a thread that sleeps until an entry is free has announced that before this look; see `bell`.
+        self.state.load(Ordering::SeqCst) == FREE
+    }
+
     /// Takes the entry, which is free, for an element that is about to be taken.
     #[inline]
     pub fn claim(&self, me: Tag) -> bool {
@@ -86,7 +93,8 @@ impl Entry<'_> {
     /// Frees the entry, as no element was taken.
     #[inline]
     pub fn abandon(&self) {
-        self.state.store(FREE, Ordering::Release);
+        // SeqCst: before the look whether somebody sleeps; see `bell`.
+        self.state.store(FREE, Ordering::SeqCst);
     }
 
     /// What is seen if the element is BACK. If the same is seen again after the element was copied, the copy is whole.
@@ -161,8 +169,9 @@ pub fn survey<'a>(
     let position = |entry: &Entry<'_>| entry.position.load(Ordering::Relaxed);
     for entry in entries {
         bury(&entry);
-        // Acquire: the element and its position.
-        let state = entry.state.load(Ordering::Acquire);
+        // Acquire: the element and its position. SeqCst: a thread that sleeps until an element comes back has announced
+        // that before this look; see `bell`.
+        let state = entry.state.load(Ordering::SeqCst);
         match state & STATE {
             BACK => {
                 survey.back += 1;

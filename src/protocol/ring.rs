@@ -137,8 +137,9 @@ fn claim_further<'a>(
     while patience > 0 {
         let index = shape.index(at);
         let word = cell(index);
-        // Acquire: the thread that freed the cell has finished reading it.
-        let found = word.load(Ordering::Acquire);
+        // Acquire: the thread that freed the cell has finished reading it. SeqCst: a thread that sleeps until there is
+        // room has announced that before this look; see `bell`.
+        let found = word.load(Ordering::SeqCst);
         let seen = Cell::unpack(found);
         if seen.position == at {
             match seen.phase {

@@ -4,6 +4,10 @@ use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread::{self, JoinHandle};
 use shmkit::primitive::{AtomicU64, Ordering};
 use shmkit::protocol::bell;
+use shmkit::protocol::cells::{Cell, CellPhase, Shape};
+use shmkit::protocol::leased::{self, FREE, HELD, TAKING};
+use shmkit::protocol::ring::{self, Take};
+use shmkit::protocol::tag::Tag;
 
 use super::Explorer;
 
@@ -251,4 +255,95 @@ fn who_comes_late_wakes_the_next() {
         }
         last.join().unwrap();
     });
+}
+
+/// The words of a queue on which there is one waiter, who looks for what another is about to make: an element that
+/// comes back, an entry that becomes free, or a cell.
+struct Words {
+    /// An entry's state and position.
+    entry: [AtomicU64; 2],
+    changes: AtomicU64,
+    cell: AtomicU64,
+    ends: [AtomicU64; 2],
+    bell: Bell,
+}
+
+impl Words {
+    const SHAPE: Shape = Shape::new(1);
+
+    fn entry(&self) -> leased::Entry<'_> {
+        let [state, position] = &self.entry;
+        leased::Entry { state, position }
+    }
+
+    fn other() -> Tag {
+        Tag::new(1, 1)
+    }
+
+    /// One waits until it finds something, and another makes that.
+    fn explore(name: &'static str, state: u64, found: fn(&Self) -> bool, made: fn(&Self)) {
+        Explorer::new(name).run(3, move || {
+            let words = Arc::new(Words {
+                entry: [Self::other().word() | state, 0].map(AtomicU64::new),
+                changes: AtomicU64::new(0),
+                cell: AtomicU64::new(Cell::new(CellPhase::Full, 0, 0).pack()),
+                ends: [0, 0].map(AtomicU64::new),
+                bell: Bell::new(0),
+            });
+            let waiter = {
+                let words = Arc::clone(&words);
+                thread::spawn(move || {
+                    loop {
+                        let announced = bell::announce(&words.bell.word);
+                        if found(&words) {
+                            return;
+                        }
+                        words.bell.sleep(announced);
+                    }
+                })
+            };
+            made(&words);
+            words.bell.ring();
+            waiter.join().unwrap();
+        });
+    }
+}
+
+#[test]
+fn who_waits_for_what_comes_back_has_it() {
+    let found = |words: &Words| {
+        let survey = leased::survey([words.entry()].into_iter(), Tag::NOBODY, |_| ());
+        survey.1.is_some()
+    };
+    let made = |words: &Words| words.entry().give_back(&words.changes);
+    Words::explore("bell: what comes back", HELD, found, made);
+}
+
+#[test]
+fn who_waits_for_an_entry_has_it() {
+    let found = |words: &Words| words.entry().is_free();
+    let made = |words: &Words| words.entry().consume();
+    Words::explore("bell: an entry of a lease", HELD, found, made);
+    let made = |words: &Words| words.entry().abandon();
+    Words::explore("bell: an entry without an element", TAKING, found, made);
+}
+
+#[test]
+fn who_waits_for_a_cell_has_it() {
+    let found = |words: &Words| {
+        ring::claim(Words::SHAPE, &words.ends[0], |_| &words.cell, 2, |_| ()).is_ok()
+    };
+    let made = |words: &Words| {
+        let head = &words.ends[1];
+        let taken = ring::take(
+            Words::SHAPE,
+            head,
+            |_| &words.cell,
+            Take::Pop,
+            |_| true,
+            |_, _| (),
+        );
+        assert_eq!(taken.ok(), Some(0));
+    };
+    Words::explore("bell: a cell", FREE, found, made);
 }

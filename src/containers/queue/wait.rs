@@ -317,7 +317,8 @@ impl Header {
     /// True if another has the turn, and was passed often enough. False for a closed queue, which
     /// refuses at once.
     fn is_to_hold_back(&self, me: u64) -> bool {
-        let turn = self.turn.load(Ordering::Relaxed);
+        // SeqCst: a thread that sleeps until the turn ends has announced that before this look; see `protocol::bell`.
+        let turn = self.turn.load(Ordering::SeqCst);
         turn != 0
             && turn != me
             && self.popped.passes.load(Ordering::Relaxed) >= PASSES
