@@ -15,10 +15,10 @@
 //!
 //! Invariants
 //! 1. A note is stored before the change that it names is overwritten.
-//! 2. A note names the word too, and is stored only while it is about the author's latest change: a
-//!    helper that was stopped cannot replace a newer note by an old one, and a mark that has been
-//!    in some other word since the sequence numbers last wrapped around is not taken for a new one,
-//!    nor noted in its place.
+//! 2. A note names the word too, and is stored only while it is about the author's latest change and
+//!    the word has that mark: a helper that was stopped cannot replace a newer note by an old one, and
+//!    a mark that was in this or in some other word before the sequence numbers wrapped around is not
+//!    taken for a new one, nor noted in its place.
 //! 3. A slot has one change in flight at a time, and gives each change a sequence that the word
 //!    does not carry already.
 //! 4. A change becomes the slot's latest only once nobody can ask about the one before: the record of
@@ -93,7 +93,7 @@ pub fn change<'a>(
         // it.
         mine.latest.store(noted(word, sequence), Ordering::Release);
     }
-    note(marks_of, word, old);
+    note(marks_of, word, old)?;
     word.compare_exchange(
         old,
         compose(new, author_slot, sequence),
@@ -126,17 +126,28 @@ pub fn add<'a>(
     }
 }
 
-/// Notes for the author of `old` that its change has happened, as it is about to be overwritten.
+/// Notes for the author of `old` that its change has happened, as it is about to be overwritten. Gives the word that
+/// was found if that is not `old` any more.
 #[inline]
-fn note<'a>(marks_of: impl Fn(usize) -> Option<Marks<'a>>, word: &AtomicU64, old: u64) {
+fn note<'a>(
+    marks_of: impl Fn(usize) -> Option<Marks<'a>>,
+    word: &AtomicU64,
+    old: u64,
+) -> Result<(), u64> {
     let Some(marks) = marks_of(author(old)) else {
-        return;
+        return Ok(());
     };
     let note = noted(word, sequence_of(old));
     let mut known = marks.help.load(Ordering::Acquire);
     // By invariant 2. The author stored which change is its latest before it stored `old`, so that is
     // seen here.
     while known != note && marks.latest.load(Ordering::Acquire) == note {
+        // After the look at the latest change: by invariant 3, the word had no such mark when that change began, so
+        // it is that change's.
+        let found = word.load(Ordering::SeqCst);
+        if found != old {
+            return Err(found);
+        }
         match marks
             .help
             .compare_exchange(known, note, Ordering::AcqRel, Ordering::Acquire)
@@ -145,6 +156,7 @@ fn note<'a>(marks_of: impl Fn(usize) -> Option<Marks<'a>>, word: &AtomicU64, old
             Err(found) => known = found,
         }
     }
+    Ok(())
 }
 
 /// True if the change `sequence` of the slot to `word` happened. Called when its author does
@@ -199,6 +211,29 @@ mod tests {
         add(word, 2, 1);
         add(old, 2, 2);
         assert!(happened(marks, word, 1, 7));
+    }
+
+    /// A helper has read the word, and was stopped while its author has gone round once.
+    #[test]
+    fn a_mark_of_the_last_round_is_not_that_of_a_change_under_way() {
+        let [latest, help, others, word] = [0; 4].map(AtomicU64::new);
+        let marks = Marks {
+            latest: &latest,
+            help: &help,
+        };
+        let theirs = Marks {
+            latest: &others,
+            help: &others,
+        };
+        let marks_of = |slot| [None, Some(marks), Some(theirs)][slot];
+        add(marks_of, &word, 1, 1, 7);
+        let seen = word.load(Ordering::Relaxed);
+        // And so on.
+        add(marks_of, &word, 1, 1, 6);
+        assert_eq!(next_sequence(marks, 1, Some(&word)), 7);
+        latest.store(noted(&word, 7), Ordering::Relaxed);
+        assert!(change(marks_of, &word, seen, 0, 2, 1).is_err());
+        assert!(!happened(marks, &word, 1, 7));
     }
 
     #[test]
