@@ -272,6 +272,33 @@ fn of_leases() {
     }
 }
 
+/// One waiter, which wants a lease, is woken for an element, and has no entry for it: another has the element.
+#[test]
+fn of_who_waits_behind_one_without_an_entry() {
+    for _ in 0..ROUNDS {
+        let queue = create(Queue::unbounded());
+        (0..64).for_each(|n| queue.push(n).unwrap());
+        let mut held: Vec<_> = (0..64).map(|_| queue.lease().unwrap()).collect();
+        let (theirs, first) = (queue.clone(), Arc::new(AtomicU32::new(1)));
+        let waits = move || match first.swap(0, Ordering::Relaxed) {
+            1 => theirs.lease().map(Lease::ack),
+            _ => theirs.pop(),
+        };
+        let mut had = all_woken(2, waits, || {
+            queue.push(64).unwrap();
+            let pushed = Instant::now();
+            while !queue.is_empty() {
+                assert!(pushed.elapsed().as_secs() < 60, "the other sleeps still");
+                thread::yield_now();
+            }
+            queue.push(65).unwrap();
+            assert_eq!(held.remove(0).ack(), 0);
+        });
+        had.sort_unstable_by_key(|had| had.ok());
+        assert_eq!(had, [Ok(64), Ok(65)]);
+    }
+}
+
 #[test]
 fn of_queues_that_are_closed() {
     for count in [1, 3].repeat(ROUNDS as usize) {

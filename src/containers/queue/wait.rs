@@ -260,9 +260,11 @@ impl<T: ShmSafe + Movable> Raw<T> {
         let bell = &self.header.pushed.0;
         let done = bell.wait(here(self)?, deadline, attempt);
         // A ring wakes only one sleeper. If the queue is closed, this may have been the last element, or there was none:
-        // the others are to be told.
-        if done.is_some() && self.is_closed() {
-            bell.ring_all();
+        // the others are to be told. Or there is one that we cannot have, as we have no entry for it.
+        match &done {
+            Some(_) if self.is_closed() => bell.ring_all(),
+            Some(Err(_)) => bell.ring(),
+            _ => {}
         }
         done.unwrap_or(Err(PopError::TimedOut))
     }
