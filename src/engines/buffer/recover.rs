@@ -43,11 +43,11 @@ pub(in crate::engines) fn next_block(arena: Arena, first: usize) -> Option<Named
 
 /// Checks a buffer at rest.
 pub(in crate::engines) fn check(arena: Arena, first: usize, report: &mut CheckReport) {
-    let size = size_of::<Words>();
-    if word(arena, first as u64).is_none() || arena.slice_of(first + size - 1).is_none() {
+    let is_aligned = first.is_multiple_of(align_of::<Words>());
+    if !is_aligned || arena.room_at(first) < size_of::<Words>() {
         return report.problem(format_args!("a buffer at {first:#x} is not in the pool"));
     }
-    // SAFETY: committed data; a buffer's words, all atomic.
+    // SAFETY: aligned committed data, where the type's description places a buffer's words, all atomic.
     let words = unsafe { &*std::ptr::with_exposed_provenance::<Words>(first) };
     let mut hints = [&words.first, &words.last].map(|hint| hint.load(Ordering::SeqCst));
     let mut at = Found::at(arena, words.oldest.load(Ordering::SeqCst));

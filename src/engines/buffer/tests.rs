@@ -1,6 +1,7 @@
 //! What threads leave that were stopped halfway, made by hand.
 
 use super::*;
+use crate::allocator::check::CheckReport;
 use crate::participants::thread;
 use crate::pool::Scratch;
 
@@ -108,4 +109,19 @@ fn what_a_look_held_back_makes_room() {
     assert_eq!(oldest(arena, words), 0);
     epoch::unpin(slot);
     assert_eq!(words.append(arena, slot, &[7; PIECE]), Ok(end));
+}
+
+/// As the description of a type says that is damaged.
+#[test]
+fn a_buffer_that_cannot_be_there_is_a_problem() {
+    let pool = Scratch::of_size(4 << 20);
+    let (arena, slot, words) = words(&pool, NO_CAPACITY);
+    words.append(arena, slot, &[7; PIECE]).unwrap();
+    let (first, range) = (std::ptr::from_ref(words).addr(), arena.data_range());
+    let end = first + range.room_at(first);
+    for (address, problems) in [(first, 0), (first + 8, 1), (end - 64, 1), (end, 1)] {
+        let mut report = CheckReport::default();
+        check(arena, address, &mut report);
+        assert_eq!(report.problems.len(), problems, "{address:#x}: {report}");
+    }
 }
