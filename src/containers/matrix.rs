@@ -347,10 +347,14 @@ impl<T: KillSafe + Movable> Matrix<T> {
 
     #[inline]
     fn index(&self, row: usize, column: usize) -> Result<usize, ElementError> {
-        // In this order, as columns that were stored for a filling that failed have no meaning.
+        // In this order, and only if there are elements: columns that were stored for a filling that failed have no
+        // meaning.
         let len = self.cells.len();
-        let columns = self.columns.load(Ordering::Relaxed) as usize;
-        if column >= columns || len == 0 {
+        let columns = match len {
+            0 => 0,
+            _ => self.columns.load(Ordering::Relaxed) as usize,
+        };
+        if column >= columns {
             return Err(ElementError::ColumnOutOfBounds { column, columns });
         }
         row.checked_mul(columns)

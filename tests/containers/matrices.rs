@@ -147,7 +147,7 @@ pub fn shapes() {
     assert_eq!(rows.set(1, 0, 9), Ok(()));
     assert_eq!(rows.update(1, 0, |v| v + 1), Ok(9));
     assert_eq!(*rows.row(1).unwrap(), [10, 5, 6]);
-    for row in [2, usize::MAX] {
+    for row in [2, usize::MAX, usize::MAX / 3 + 1] {
         let refused = ElementError::RowOutOfBounds { row, rows: 2 };
         assert_eq!(rows.get(row, 2), Err(refused));
     }
@@ -239,7 +239,11 @@ pub fn a_matrix_in_a_struct() {
     };
     let model = pool().create(model).unwrap();
     assert_eq!((model.steps, model.weights.dims()), (3, (0, 0)));
-    assert!(model.weights.get(0, 0).is_err() && model.weights.grow(3, 0.0).is_err());
+    assert!(model.weights.fill(8 << 20, 2, 0.5).is_err());
+    let (column, columns) = (0, 0);
+    let refused = ElementError::ColumnOutOfBounds { column, columns };
+    assert_eq!(model.weights.get(0, 0), Err(refused));
+    assert!(model.weights.grow(3, 0.0).is_err());
     assert_eq!(model.weights.rows(..).unwrap().iter_rows().len(), 0);
     assert!(model.weights.is_empty());
     model.weights.fill(8, 2, 0.5).unwrap();
