@@ -359,3 +359,98 @@ pub(super) fn resolve_retire(arena: Arena, slot: &Slot, owner: Tag) {
         retire(arena, slot, this, limbo::retire_once);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::alloc::Layout;
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::engines::map::{Guess, Hints};
+    use crate::participants::{epoch, thread};
+    use crate::pool::Scratch;
+
+    /// Numbers, which belong to a table's chunks by turns.
+    struct Numbers;
+
+    impl Mode for Numbers {
+        const FLAT: bool = true;
+        const STACKED: bool = false;
+
+        fn hash_of(_: [u64; 2], key: u64) -> u64 {
+            key << 32 | key.wrapping_mul(0x9e37_79b9) & u64::from(u32::MAX)
+        }
+    }
+
+    fn put(arena: Arena, slot: &Slot, root: &AtomicU64, key: u64) {
+        let hints = Hints::new();
+        let guess = |seed| Guess {
+            seed,
+            hash: Numbers::hash_of(seed, key),
+            key,
+        };
+        loop {
+            let done = edit::edit::<Numbers, _>(
+                arena,
+                slot,
+                (root, &hints),
+                true,
+                guess([0; 2]),
+                (guess, |_| true),
+                |edit| edit.put_flat(key),
+            );
+            if done.unwrap().unwrap() == Ok(true) {
+                return;
+            }
+        }
+    }
+
+    #[test]
+    fn who_helps_waits_for_nobody() {
+        let pool = Scratch::of_size(4 << 20);
+        let (arena, slot) = (pool.0, thread::slot(pool.0).unwrap());
+        let root = pool.allocate(Layout::new::<AtomicU64>()).unwrap().cast();
+        // SAFETY: a new block of that layout, which is not freed.
+        let root: &AtomicU64 = unsafe {
+            root.write(AtomicU64::new(0));
+            root.as_ref()
+        };
+        epoch::pin(arena, slot);
+        let grows = |table: &Table| table.chunks() > 2 && table.successor(arena).is_some();
+        let table = (0..).find_map(|key| {
+            put(arena, slot, root, key);
+            Table::at(arena, root.load(Ordering::Relaxed)).filter(grows)
+        });
+        let table = table.unwrap();
+        let is_left = |index: &usize| !table.is_done(*index);
+        let left = (0..table.chunks()).rev().find(is_left).unwrap();
+        let help_all =
+            || (0..2 * table.chunks()).for_each(|_| help::<Numbers>(arena, slot, root, table));
+        let (lock, over) = (&table.state(left).lock, AtomicU64::new(0));
+        std::thread::scope(|s| {
+            let (tell, taken) = mpsc::channel();
+            let over = &over;
+            let holder = s.spawn(move || {
+                let slot = thread::slot(arena).unwrap();
+                lock::take(arena, slot, lock);
+                let held = lock.load(Ordering::Relaxed);
+                tell.send(()).unwrap();
+                // Until somebody waits.
+                while over.load(Ordering::Relaxed) == 0 && lock.load(Ordering::Relaxed) == held {
+                    std::thread::yield_now();
+                }
+                let is_waited_for = lock.load(Ordering::Relaxed) != held;
+                lock::unlock(lock, slot.tag(), 0);
+                is_waited_for
+            });
+            taken.recv().unwrap();
+            help_all();
+            over.store(1, Ordering::Relaxed);
+            assert!(!holder.join().unwrap());
+        });
+        assert!(!table.is_done(left));
+        help_all();
+        assert_ne!(root.load(Ordering::Relaxed), table.address());
+        epoch::unpin(slot);
+    }
+}
