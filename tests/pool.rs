@@ -83,7 +83,8 @@ const CASES: &[common::Named] = table! {
         spans_of_who_comes_next;
     damaged_heap:
         a_table_takes_nothing_behind_its_block
-        a_table_finds_nothing_behind_its_block;
+        a_table_finds_nothing_behind_its_block
+        damaged_heaps_are_found;
     damaged_maps:
         a_stack_that_leads_in_a_circle_is_cleared
         a_chain_of_tables_has_an_end
@@ -91,7 +92,9 @@ const CASES: &[common::Named] = table! {
         hints_are_not_believed
         tables_of_impossible_shapes
         parts_that_are_nowhere
-        a_table_behind_its_chunks;
+        a_table_behind_its_chunks
+        a_table_that_follows_itself
+        what_a_split_has_left_does_not_move_on;
     damaged_words:
         a_table_full_of_empty_claims
         the_last_chunk_that_can_be_counted

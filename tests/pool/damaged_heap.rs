@@ -7,6 +7,7 @@ use shmkit::process::scope;
 use shmkit::{Gc, Heap, HeapError, Pool, ShmSafe, Trace};
 
 use super::common::{TestPool, allocate, assert_sound, free};
+use super::damaged_words::{damage, word};
 
 #[derive(Clone, Copy, ShmSafe, Trace)]
 struct Item {
@@ -187,6 +188,46 @@ pub fn a_table_finds_nothing_behind_its_block() {
     drop(heap);
     for block in blocks {
         free(*pool, block);
+    }
+    assert_sound(*pool);
+}
+
+/// What a heap has that it cannot have is told.
+pub fn damaged_heaps_are_found() {
+    /// Where a heap has its table, its length and the first block of its log; where an entry has its block, and the next
+    /// entry is; and where a block of the log has how many bytes count, and how many there are.
+    const TABLE: usize = 16;
+    const ENTRIES: usize = 24;
+    const LOG: usize = 72;
+    const ENTRY: usize = 32;
+    const USED: usize = 24;
+    const SIZE: usize = 32;
+    let pool = TestPool::new();
+    let heap = pool.create(Heap::new(())).unwrap();
+    let make = |tx: &mut shmkit::Tx<'_, ()>| [1, 2].map(|n| tx.alloc_slice(&[n; 2000]).unwrap());
+    let [list, _] = heap.modify(make).unwrap();
+    let save = heap.modify(|tx| tx.slice_mut(list, ..1000).map(drop));
+    save.unwrap().unwrap();
+    let own = std::ptr::from_ref(&*heap).expose_provenance();
+    let (table, log) = (word(own + TABLE) as usize, word(own + LOG));
+    let first = word(table);
+    for (at, damaged, tells) in [
+        (own + ENTRIES, 1 << 20, "its table is no block"),
+        (table + ENTRY, first, "object 1 has no block"),
+        (table + ENTRY, first + 8, "object 1 has no block"),
+        (log as usize + SIZE, 1 << 20, "a bad log"),
+        (log as usize + USED, 1 << 20, "a chunk is too small"),
+        (log as usize, log, "a bad log"),
+    ] {
+        let right = word(at);
+        damage(at, damaged);
+        let report = pool.check_quiescent();
+        damage(at, right);
+        let is_told = report
+            .problems
+            .iter()
+            .any(|problem| problem.contains(tells));
+        assert!(is_told, "{tells}: {report:?}");
     }
     assert_sound(*pool);
 }

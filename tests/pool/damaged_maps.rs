@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::ptr::NonNull;
 
-use shmkit::{HashMap, Key, MultiMap, Pool, Shared, ShmSafe};
+use shmkit::{HashMap, Key, KeyHasher, MultiMap, Pool, Shared, ShmSafe};
 
 use super::common::{TestPool, layout};
 use super::damaged_words::{damage, word};
@@ -200,12 +200,16 @@ fn chunks(table: usize) -> usize {
 /// Where the chunks are whose entries have moved away from a table of several.
 fn moved(table: usize) -> impl Iterator<Item = usize> {
     let is_moved = move |&chunk: &usize| word(table + STATES + chunk * STATE + 8) == 2;
-    (0..chunks(table)).filter(is_moved).map(move |chunk| {
-        let first = (word(table + SHAPE) >> 32) as usize;
-        let part = usize::BITS - (chunk | first).leading_zeros();
-        let place = word(table + PARTS + 8 * part as usize) as usize;
-        place.wrapping_add(chunk * LINES * LINE)
-    })
+    let moved = (0..chunks(table)).filter(is_moved);
+    moved.map(move |chunk| place(table, chunk))
+}
+
+/// Where a chunk of a table of several is.
+fn place(table: usize, chunk: usize) -> usize {
+    let first = (word(table + SHAPE) >> 32) as usize;
+    let part = usize::BITS - (chunk | first).leading_zeros();
+    let place = word(table + PARTS + 8 * part as usize) as usize;
+    place.wrapping_add(chunk * LINES * LINE)
 }
 
 /// What entries that have moved away have left behind names nodes that may be freed since: nobody looks at those.
@@ -379,4 +383,59 @@ pub fn a_table_behind_its_chunks() {
     }
     damage(root, table as u64);
     assert!((0..keys).all(|key| map.get_copied(&key) == Some(key)));
+}
+
+/// A table is said to be its own successor: it has none.
+pub fn a_table_that_follows_itself() {
+    let pool = TestPool::new();
+    let map = flat_at_rest(*pool, 3);
+    let table = word(address(&*map));
+    damage(table as usize + SUCCESSOR, table);
+    assert_eq!(map.insert(&1, 7).unwrap().as_deref(), Some(&1));
+    assert_eq!((map.get_copied(&1), map.len()), (Some(7), 3));
+}
+
+/// Numbers belong to a table's chunks by turns.
+#[derive(ShmSafe)]
+struct ByTurns;
+
+// SAFETY: a function of its arguments, that neither panics nor uses a pool.
+unsafe impl KeyHasher for ByTurns {
+    fn hash(_: [u64; 2], bytes: &[u8]) -> u64 {
+        let number = u64::from(bytes[0]) | u64::from(bytes[1]) << 8;
+        number << 32 | number.wrapping_mul(0x9e37_79b1) >> 16 & 0xffff
+    }
+}
+
+/// Whoever has split a chunk was killed before the entries were removed that belong elsewhere: they count once, also if
+/// nobody changes anything in the chunk before its entries move on.
+pub fn what_a_split_has_left_does_not_move_on() {
+    let pool = TestPool::new();
+    let map = HashMap::<u64, u64, ByTurns>::with_hasher();
+    let map = pool.create(map).unwrap();
+    let root = || word(address(&*map)) as usize;
+    map.insert(&0, 0).unwrap();
+    let mut keys = 1_u64;
+    while chunks(root()) < 4 || word(root() + SUCCESSOR) != 0 {
+        map.insert(&keys, keys).unwrap();
+        keys += 1;
+    }
+    // The third chunk came of the first.
+    let elsewhere = 2;
+    let mut lines = (0..LINES).map(|line| place(root(), 0) + line * LINE);
+    let line = lines.find(|&line| word(line) & 7 != 7).unwrap();
+    let slot = word(line).trailing_ones() as usize;
+    damage(line + 8 + 16 * slot, elsewhere);
+    damage(line + 16 + 16 * slot, elsewhere);
+    damage(line, word(line) | 1 << slot);
+    damage(root() + STATES + 8, 0);
+    assert_eq!(map.len() as u64, keys);
+    for key in (keys..).filter(|key| key % 4 != 0) {
+        map.insert(&key, key).unwrap();
+        keys += 1;
+        if chunks(root()) > 4 {
+            break;
+        }
+    }
+    assert_eq!(map.len() as u64, keys);
 }

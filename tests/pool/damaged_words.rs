@@ -296,6 +296,10 @@ pub fn a_log_longer_than_its_block() {
         others.iter().for_each(|block| verify(*block));
     }
     damage(chunk + SIZE, 4096 - 40);
+    // And that it comes after itself.
+    damage(chunk, chunk as u64);
+    assert_eq!(heap.stats().unwrap().objects, 1);
+    damage(chunk, 0);
     change(3000, 3).unwrap();
     others.into_iter().for_each(|block| free(*pool, block));
     assert_sound(*pool);
