@@ -189,11 +189,18 @@ const CASES: &[common::Named] = table! {
         an_id_of_a_type_made_to_look_alike
         places_are_not_believed
         objects_are_saved_once
+        parts_are_saved_once
+        records_of_any_length
+        a_new_table_has_no_objects
         what_fails_is_undone
         the_dead_may_leave_a_heap_for_good
         collections_come_by_themselves
+        the_more_is_left_the_later_is_the_next_collection
+        a_collection_leaves_what_may_come_back
+        what_was_collected_is_not_saved
         a_full_pool_loses_no_object
-        a_forked_copy_of_a_transaction_is_void;
+        a_forked_copy_of_a_transaction_is_void
+        a_forked_copy_of_a_transaction_undoes_nothing;
     graphs:
         heaps_behave_like_graphs;
     banks:

@@ -1,11 +1,11 @@
 //! Heaps: the kinds of objects, ids, refusals, undoing, collections.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use shmkit::process::{JoinError, scope};
 use shmkit::{AllocError, Gc, Heap, HeapError, Pool, ShmSafe, Trace};
 
-use crate::common::{Random, TestPool, fork, leave, reap};
+use crate::common::{Random, TestPool, fork, layout, leave, reap};
 use crate::{allocated, assert_sound};
 
 #[derive(Clone, Copy, Debug, PartialEq, ShmSafe, Trace)]
@@ -137,7 +137,9 @@ fn forged<A: ?Sized, B: ?Sized>(gc: Gc<A>, mut change: impl FnMut(&mut [u8; 16])
 pub fn ids_are_checked() {
     let pool = TestPool::new();
     let (heap, other) = (graph(*pool), graph(*pool));
-    let twin = other.modify(|tx| tx.alloc(Node::new(2)).unwrap()).unwrap();
+    // Of an entry that both heaps have.
+    let twins = other.modify(|tx| [1, 2].map(|n| tx.alloc(Node::new(n)).unwrap()));
+    let [_, twin] = twins.unwrap();
     let (gc, list, stale) = heap
         .try_modify(|tx| {
             let stale = tx.alloc(Node::new(0))?;
@@ -244,6 +246,65 @@ pub fn objects_are_saved_once() {
         let is_as_before = |&id: &Gc<[u8]>| view.get(id).unwrap().iter().all(|&b| b == 1);
         assert!(ids.iter().all(is_as_before));
     }
+}
+
+/// Parts of an object that overlap are saved as often as is needed: there is room for one saving.
+pub fn parts_are_saved_once() {
+    const HALF: usize = 512 << 10;
+    let pool = TestPool::with(|builder| builder.initial_size(3 << 20).max_size(3 << 20));
+    let heap = pool.create(Heap::new(None)).unwrap();
+    let changed = heap.try_modify(|tx| {
+        let bytes = tx.alloc_slice_with(2 * HALF, |_| 1_u8)?;
+        *tx.root_mut()? = Some(bytes);
+        Ok::<_, HeapError>(bytes)
+    });
+    let bytes = changed.unwrap();
+    let change = |tx: &mut shmkit::Tx<'_, Option<Gc<[u8]>>>| {
+        for round in 0..4 {
+            tx.slice_mut(bytes, HALF..)?[round] = 2;
+            tx.slice_mut(bytes, ..HALF + 10)?[round] = 3;
+            tx.slice_mut(bytes, round..)?[HALF] = 4;
+        }
+        Ok::<_, HeapError>(())
+    };
+    assert_eq!(heap.try_modify(change), Ok(()));
+}
+
+/// A record for which a block is made, that goes again; and one that is a word too long for the heap's own chunk, whose
+/// block stays.
+pub fn records_of_any_length() {
+    const OWN: usize = 880 - 32;
+    const BLOCK: usize = (80 << 10) - 32;
+    let pool = TestPool::new();
+    let heap = pool.create(Heap::new(7_u64)).unwrap();
+    let make = |tx: &mut shmkit::Tx<'_, u64>| {
+        let lens = [BLOCK, BLOCK - 40, OWN, OWN + 8];
+        lens.map(|len| tx.alloc_slice_with(len, |_| 1_u8).unwrap())
+    };
+    let made = heap.modify(make).unwrap();
+    let before = heap.stats().unwrap().overhead;
+    for bytes in made {
+        let changed = heap.modify(|tx| tx.get_mut(bytes).map(|bytes| bytes.fill(2)));
+        assert_eq!((changed, *heap.view().unwrap().root()), (Ok(Ok(())), 7));
+    }
+    assert_eq!(heap.stats().unwrap().overhead, before + 4096);
+    assert_sound(*pool);
+}
+
+/// A table is made of memory that somebody has used.
+pub fn a_new_table_has_no_objects() {
+    const TABLE: usize = 64 * 32;
+    let pool = TestPool::new();
+    let heap = graph(*pool);
+    let used = pool.allocate(layout(TABLE, 64)).unwrap().cast::<u8>();
+    // SAFETY: a block of that size, which is then given back.
+    unsafe {
+        used.write_bytes(0xff, TABLE);
+        pool.deallocate(used).unwrap();
+    }
+    let _ = heap.modify(|tx| tx.alloc(Node::new(1)).unwrap()).unwrap();
+    assert_eq!(heap.len(), Ok(1));
+    assert_sound(*pool);
 }
 
 pub fn what_fails_is_undone() {
@@ -354,7 +415,7 @@ pub fn the_dead_may_leave_a_heap_for_good() {
     scope(|s| {
         let dies = || {
             let _ = heap.modify(|tx| {
-                for n in 0..100 {
+                for n in 0..1000 {
                     *tx.root_mut().unwrap() = Some(tx.alloc(Node::new(n)).unwrap());
                 }
                 std::process::abort();
@@ -401,6 +462,74 @@ pub fn collections_come_by_themselves() {
     heap.modify(|tx| *tx.root_mut().unwrap() = None).unwrap();
     assert_eq!(heap.collect().unwrap().live, 0);
     assert_sound(*pool);
+}
+
+/// After a collection there is another once as much was allocated as was left.
+pub fn the_more_is_left_the_later_is_the_next_collection() {
+    let pool = TestPool::with(|builder| builder.max_size(16 << 20));
+    let heap = pool.create(Heap::new(None)).unwrap();
+    let make = |size| {
+        heap.try_modify(|tx| {
+            let made = tx.alloc_slice_with(size, |_| 1_u8)?;
+            tx.root_mut()?.get_or_insert(made);
+            Ok::<_, HeapError>(())
+        })
+    };
+    make(4 << 20).unwrap();
+    assert_eq!(heap.collect().unwrap().live, 1);
+    (0..3).for_each(|_| make(1 << 20).unwrap());
+    assert_eq!(heap.len(), Ok(4));
+}
+
+/// A transaction collects, as the pool is full, and goes on. It leaves what it was made of, and what was before.
+pub fn a_collection_leaves_what_may_come_back() {
+    for others in [0, 20] {
+        let pool = TestPool::with(|builder| builder.initial_size(2 << 20).max_size(2 << 20));
+        let heap = graph(*pool);
+        let make = |tx: &mut shmkit::Tx<'_, Option<Gc<Node>>>| {
+            let [root, loose] = [1, 2].map(|n| tx.alloc(Node::new(n)).unwrap());
+            *tx.root_mut().unwrap() = Some(root);
+            loose
+        };
+        let loose = heap.modify(make).unwrap();
+        // What has failed before has left its log behind.
+        let failed = heap.try_modify(|tx| {
+            (0..100).for_each(|n| _ = tx.alloc(Node::new(n)));
+            Err::<(), _>(HeapError::NoObject)
+        });
+        assert_eq!(failed, Err(HeapError::NoObject));
+        let failed = heap.try_modify(|tx| {
+            *tx.root_mut()? = None;
+            for n in 0..others {
+                let _ = tx.alloc(n).unwrap();
+            }
+            let mut node = Node::new(3);
+            node.edges[0] = Some(loose);
+            let made = tx.alloc(node).unwrap();
+            let list = tx.alloc_slice(&[loose])?;
+            while tx.alloc_slice_with(10_000, |_| 0_u8).is_ok() {}
+            assert_eq!(tx.get(made), Some(&node));
+            assert_eq!(tx.get(list), Some(&[loose][..]));
+            assert_eq!(tx.get(loose).map(|node| node.value), Some(2));
+            Err::<(), _>(HeapError::NoObject)
+        });
+        assert_eq!(failed, Err(HeapError::NoObject));
+        let view = heap.view().unwrap();
+        let root = view.root().and_then(|root| view.get(root));
+        assert_eq!(root.map(|node| node.value), Some(1));
+    }
+}
+
+/// There is no room to save an object, and the collection that makes room frees it.
+pub fn what_was_collected_is_not_saved() {
+    let pool = TestPool::with(|builder| builder.initial_size(2 << 20).max_size(2 << 20));
+    let heap = graph(*pool);
+    let loose = heap.modify(|tx| tx.alloc_slice_with(50_000, |_| 1_u8).unwrap());
+    let loose = loose.unwrap();
+    while pool.allocate(layout(16 << 10, 8)).is_ok() {}
+    let saved = heap.modify(|tx| tx.get_mut(loose).map(drop));
+    assert_eq!(saved, Ok(Err(HeapError::NoObject)));
+    assert_eq!(heap.len(), Ok(0));
 }
 
 pub fn a_full_pool_loses_no_object() {
@@ -497,6 +626,36 @@ pub fn a_forked_copy_of_a_transaction_is_void() {
         leave(outcome == Err(HeapError::Forked));
     }
     assert_eq!((outcome, *heap.view().unwrap().root()), (Ok(()), 2));
+    assert_sound(*pool);
+}
+
+/// A forked child that leaves a transaction undoes nothing of it.
+pub fn a_forked_copy_of_a_transaction_undoes_nothing() {
+    let pool = TestPool::new();
+    let heap = pool.create(Heap::new(1_u64)).unwrap();
+    let mut child = None;
+    let modify = || {
+        heap.try_modify(|tx| {
+            *tx.root_mut()? = 2;
+            let made = tx.alloc_slice_with(1, |_| {
+                child = fork();
+                match child {
+                    Some(child) => assert_eq!(reap(child), 0),
+                    None => resume_unwind(Box::new(())),
+                }
+                7_u64
+            });
+            assert_eq!(tx.get(made?), Some(&[7][..]));
+            Ok::<_, HeapError>(())
+        })
+    };
+    let outcome = catch_unwind(AssertUnwindSafe(modify));
+    if child.is_none() {
+        leave(outcome.is_err());
+    }
+    assert_eq!(outcome.unwrap(), Ok(()));
+    assert_eq!(heap.len(), Ok(1));
+    assert_eq!(*heap.view().unwrap().root(), 2);
     assert_sound(*pool);
 }
 
