@@ -130,6 +130,7 @@ const CASES: &[common::Named] = table! {
         growth_makes_room
         an_update_lives_on_what_its_pin_held
         attempts_come_to_an_end
+        an_entry_keeps_its_values_apart
         the_end_of_a_pin_frees_what_it_held
         idle_threads_hold_nothing_back;
     stopped:
@@ -159,6 +160,7 @@ const CASES: &[common::Named] = table! {
         damaged_lengths_are_passed_over
         a_full_pool_keeps_the_bytes
         replaced_bytes_are_counted
+        removed_bytes_are_counted
         the_killed_leave_bytes_whole;
     maps:
         behaves_like_stds
@@ -169,6 +171,7 @@ const CASES: &[common::Named] = table! {
         derived_keys
         hashers_of_all_kinds
         entries_are_one_operation
+        an_entry_makes_one_value
         maps_that_grow_under_an_iteration
         maps_outside_of_a_pool
         handles_and_names_of_maps

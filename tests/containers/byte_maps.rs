@@ -4,7 +4,7 @@ use std::collections::HashMap as Model;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use proptest::prelude::*;
-use shmkit::{AllocError, ChangeError, CompareError, HashMap, Key, NamedError, ShmSafe};
+use shmkit::{AllocError, ChangeError, CompareError, HashMap, Key, MultiMap, NamedError, ShmSafe};
 
 use crate::common::{Random, TestPool};
 use crate::map_users::killed_at_work;
@@ -263,6 +263,28 @@ pub fn replaced_bytes_are_counted() {
     drop(view);
     pool.recover();
     assert_eq!(pool.stats().retired.bytes, 0);
+}
+
+/// What is removed while somebody looks, is told with its bytes.
+pub fn removed_bytes_are_counted() {
+    let pool = TestPool::new();
+    let map = pool.create(HashMap::<u8, [u64; 100]>::new()).unwrap();
+    let stacks = pool.create(MultiMap::<u8, [u64; 100]>::new()).unwrap();
+    map.insert(&1, [7; 100]).unwrap();
+    (0..3).for_each(|_| stacks.push(&1, [7; 100]).unwrap());
+    let removals: [(usize, &dyn Fn()); 3] = [
+        (1, &|| assert!(map.remove(&1).is_some())),
+        (1, &|| assert!(stacks.pop(&1).is_some())),
+        (2, &|| stacks.clear().unwrap()),
+    ];
+    for (values, remove) in removals {
+        pool.recover();
+        let look = map.iter();
+        remove();
+        let retired = pool.stats().retired;
+        assert!(retired.bytes >= values * 800, "{retired:?}");
+        drop(look);
+    }
 }
 
 /// Bytes that say which key they belong to, how many they are, and by their sum that they are whole.

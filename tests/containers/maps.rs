@@ -1,5 +1,6 @@
 //! Hash maps: compared with std's, with keys of all kinds, in one process.
 
+use std::cell::Cell;
 use std::collections::HashMap as Model;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -389,6 +390,24 @@ fn counted<V: ShmSafe + Unpin + std::fmt::Debug>(of: fn(u64) -> V, is: fn(&V) ->
 pub fn entries_are_one_operation() {
     counted::<u64>(|n| n, |n| *n);
     counted::<[u64; 4]>(|n| [n; 4], |n| n[3]);
+}
+
+/// What was made comes too late, and is put once there is no other value any more.
+pub fn an_entry_makes_one_value() {
+    let pool = TestPool::new();
+    let map = pool.create(HashMap::<u32, u64>::new()).unwrap();
+    let made = Cell::new(0);
+    let make = || {
+        made.set(made.get() + 1);
+        map.insert(&1, 5).unwrap();
+        7
+    };
+    let count = |n: &u64| {
+        map.remove(&1);
+        n + 1
+    };
+    let now = map.entry(&1).and_modify(count).or_insert_with(make);
+    assert_eq!((*now.unwrap(), made.get()), (7, 1));
 }
 
 /// Adds the keys of what is left of an iteration, and sorts: nothing has been seen twice.

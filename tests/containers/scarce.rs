@@ -130,6 +130,42 @@ pub fn attempts_come_to_an_end() {
     }
 }
 
+/// What a full pool refuses of an entry comes back, and is not what is put when there is room.
+pub fn an_entry_keeps_its_values_apart() {
+    let pool = small();
+    let map = pool.create(HashMap::<u64, Large>::new()).unwrap();
+    let cell = pool.create(SharedCell::<Large>::new()).unwrap();
+    cell.set([1; 8192]).unwrap();
+    map.insert(&1, [1; 8192]).unwrap();
+    let runs = Cell::new(0);
+    let modify = |_: &Large| {
+        if runs.replace(runs.get() + 1) == 0 {
+            cell.set([2; 8192]).unwrap();
+            fill(*pool);
+        } else {
+            map.remove(&1).unwrap();
+        }
+        [3; 8192]
+    };
+    let now = map.entry(&1).and_modify(modify).or_insert([4; 8192]);
+    assert_eq!((now.unwrap()[0], runs.get()), (4, 2));
+
+    let pool = small();
+    let map = pool.create(HashMap::<u64, Large>::new()).unwrap();
+    let make = || {
+        map.insert(&1, [1; 8192]).unwrap();
+        [2; 8192]
+    };
+    let modify = |_: &Large| {
+        fill(*pool);
+        [3; 8192]
+    };
+    let refused = map.entry(&1).and_modify(modify).or_insert_with(make);
+    let refused = refused.unwrap_err();
+    let full = ChangeError::Alloc(AllocError::PoolFull);
+    assert_eq!((refused.value[0], refused.cause), (3, full));
+}
+
 /// An object that is let go of under a pin goes when the pin ends.
 pub fn the_end_of_a_pin_frees_what_it_held() {
     let pool = TestPool::new();
