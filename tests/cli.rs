@@ -47,7 +47,8 @@ const CASES: &[Named] = table! {
     exports:
         a_pool_is_not_exported_over_itself
         a_link_that_leads_nowhere_stays
-        a_file_stays_its_owners;
+        a_file_stays_its_owners
+        a_leftover_is_passed_over;
     bad:
         what_is_no_pool
         truncated_pools

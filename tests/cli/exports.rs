@@ -1,7 +1,9 @@
 //! Where an export does not go.
 
 use std::os::unix::fs::{MetadataExt, chown, symlink};
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
+use std::process::Command;
 
 use shmkit::inspect::Observer;
 use shmkit::{Array, Pool};
@@ -80,4 +82,30 @@ pub fn a_file_stays_its_owners() {
     let now = std::fs::metadata(&file.0).unwrap();
     assert!(now.len() > 3);
     assert_eq!((now.uid(), now.gid()), (65534, 65533));
+}
+
+/// A file that a killed export of the same process id has left is passed over, and stays.
+pub fn a_leftover_is_passed_over() {
+    let name = Name::new("leftover");
+    pool(&name);
+    let directory = Link(std::env::temp_dir().join(crate::name("leftovers")));
+    std::fs::create_dir(&directory.0).unwrap();
+    let (old, left) = (directory.0.join("old"), directory.0.clone());
+    std::fs::write(&old, "old").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_shmkit"));
+    command.args(["export", &name.0, "array"]).arg(&old);
+    // SAFETY: writes a file, in the child of a process of one thread that is about to become the command.
+    unsafe {
+        command.pre_exec(move || {
+            let name = format!(".shmkit-export-{}", std::process::id());
+            std::fs::write(left.join(name), "left")
+        })
+    };
+    let mut child = command.spawn().unwrap();
+    let left = directory.0.join(format!(".shmkit-export-{}", child.id()));
+    assert!(child.wait().unwrap().success());
+    assert_eq!(std::fs::read(left).unwrap(), b"left");
+    assert!(std::fs::read(old).unwrap() != b"old");
+    assert_eq!(std::fs::read_dir(&directory.0).unwrap().count(), 2);
+    std::fs::remove_dir_all(&directory.0).unwrap();
 }

@@ -132,6 +132,7 @@ pub fn matrices_and_arrays_travel() {
 }
 
 pub fn an_export_is_whole_or_nothing() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
     use std::os::unix::process::CommandExt as _;
     let name = Name::new("whole");
     let pool = pool(&name.0);
@@ -191,10 +192,14 @@ pub fn an_export_is_whole_or_nothing() {
         (files(), std::fs::read(path("old")).unwrap()),
         (1, b"old".to_vec())
     );
-    // Through a link, which stays.
+    // Through a link, which stays. So do the permissions.
+    let permissions = std::fs::Permissions::from_mode(0o604);
+    std::fs::set_permissions(path("old"), permissions).unwrap();
     std::os::unix::fs::symlink("old", path("link")).unwrap();
     said(&export(&path("link")).each_ref().map(|s| &**s));
     assert!(std::fs::read(path("old")).unwrap() == whole);
+    let mode = std::fs::metadata(path("old")).unwrap().mode();
+    assert_eq!(mode & 0o7777, 0o604);
     let link = std::fs::symlink_metadata(path("link")).unwrap();
     assert!(link.is_symlink());
     // Into a pipe, which stays, too, if its reader goes away.
@@ -355,7 +360,9 @@ pub fn what_does_not_fit_is_refused() {
         "[".repeat(60),
         "]".repeat(60)
     );
-    for nested in [fields, strings] {
+    // Behind more than is looked at.
+    let far = format!("{}{fields}", " ".repeat(4096));
+    for nested in [fields, strings, far] {
         let file = File::described(
             &format!("{nested}, 'fortran_order': False"),
             "(1,)",
