@@ -27,9 +27,11 @@ const CASES: &[common::Named] = table! {
         refused_by_name
         refused_through_the_global_allocator
         a_limited_address_space
+        little_memory_to_begin_with
         the_auxiliary_vector_is_not_told
         what_is_not_to_be_had;
     threads:
+        threads_are_counted
         threads_come_and_go
         freed_by_other_threads
         freed_after_the_thread_has_left
@@ -43,8 +45,10 @@ const CASES: &[common::Named] = table! {
 const ROLES: &[common::Named] = table! {
     memory:
         frees_twice
+        reallocates_what_is_freed
         has_freed_much
-        is_limited;
+        is_limited
+        has_little;
 };
 
 fn main() -> ExitCode {

@@ -158,10 +158,12 @@ pub fn refused_by_name() {
 }
 
 pub fn refused_through_the_global_allocator() {
-    let output = program("frees_twice").output().unwrap();
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{text}");
-    assert!(text.contains("freed already"), "{text}");
+    for role in ["frees_twice", "reallocates_what_is_freed"] {
+        let output = program(role).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{text}");
+        assert!(text.contains("freed already"), "{text}");
+    }
 }
 
 pub fn frees_twice() {
@@ -174,14 +176,37 @@ pub fn frees_twice() {
     }
 }
 
-pub fn a_limited_address_space() {
-    let role = program("is_limited");
-    let script = format!(
-        "ulimit -v 1000000; exec {:?} role:is_limited",
-        role.get_program()
-    );
+pub fn reallocates_what_is_freed() {
+    let layout = Layout::new::<[u64; 9]>();
+    // SAFETY: the last call is refused, and ends the process, by contract.
+    unsafe {
+        let block = HEAP.alloc(layout);
+        HEAP.dealloc(block, layout);
+        HEAP.realloc(block, layout, 1000);
+    }
+}
+
+/// Runs a copy of this program in a role, under a limit as the shell sets it.
+fn run_limited(limit: &str, role: &str) {
+    let this = program(role);
+    let script = format!("ulimit {limit}; exec {:?} role:{role}", this.get_program());
     let output = Command::new("sh").args(["-c", &script]).output().unwrap();
     succeeded(&output);
+}
+
+pub fn a_limited_address_space() {
+    run_limited("-v 1000000", "is_limited");
+}
+
+/// There is less to be had than the heap would begin with.
+pub fn little_memory_to_begin_with() {
+    run_limited("-d 40000", "has_little");
+}
+
+pub fn has_little() {
+    drop(vec![1_u8; 4 << 20]);
+    assert!(HEAP.stats().committed < 40_000 << 10);
+    assert_sound();
 }
 
 /// Where the auxiliary vector must be read from a file: kernels before 6.4 do not tell it.

@@ -19,6 +19,24 @@ pub fn wait_for_threads(count: usize) {
     }
 }
 
+pub fn threads_are_counted() {
+    let before = HEAP.stats();
+    assert_eq!((before.threads, before.processes), (1, 1));
+    let there = Barrier::new(2);
+    thread::scope(|s| {
+        s.spawn(|| {
+            let list: Vec<u8> = (0..100).collect();
+            there.wait();
+            there.wait();
+            list.len()
+        });
+        there.wait();
+        let threads = HEAP.stats().threads;
+        there.wait();
+        assert_eq!(threads, 2);
+    });
+}
+
 pub fn threads_come_and_go() {
     let before = HEAP.stats();
     for round in 0..300_usize {
