@@ -144,6 +144,7 @@ const CASES: &[Named] = table! {
         a_fork_that_fails_holds_nothing
         a_child_that_is_killed_on_its_way_holds_nothing
         a_child_on_its_way_is_no_other
+        a_child_on_its_way_whose_parent_is_dead
         who_returns_at_once_leaves_its_child_alive
         who_becomes_a_daemon_lives
         a_child_without_a_record_ends
@@ -227,7 +228,7 @@ const ROLES: &[Named] = table! {
     parents: role_no_descriptor role_sigchld role_closed_streams role_family;
     masters: role_ends;
     run_ends: role_pid_file role_prints role_fills role_little_address_space;
-    forks: role_failing_fork role_killed_on_its_way role_late role_returns_at_once role_first_use role_unwatched role_unsignalled role_fork_at_once;
+    forks: role_failing_fork role_killed_on_its_way role_late role_orphan role_returns_at_once role_first_use role_unwatched role_unsignalled role_fork_at_once;
     managed: role_makes;
     peers: role_peer role_odd_peer role_asking_peer role_leaving_peer role_waiting_peer role_late_peer;
     peer_deaths: role_named_master role_storm;

@@ -418,18 +418,25 @@ fn come_to_life(arena: Arena, child: &Child, start: &mut Option<u64>) {
             b"shmkit: a forked child is in another PID or time namespace than a pool; it exits\n",
         );
     }
+    let Some(record) = record else {
+        give_up(b"shmkit: a forked child has no record in a pool; it exits\n");
+    };
     let since = child.since.get();
     let start = *start.get_or_insert_with(|| sys::process::start::own_start_since(since));
-    if !record.is_some_and(|record| process::become_child(arena, record, start)) {
-        give_up(b"shmkit: a forked child has no record in a pool; it exits\n");
+    if !process::become_child(arena, record, start) {
+        // Its parent has died on the way, and was recovered. Nobody waits for this child.
+        sys::process::exit_now(UNRECORDED);
     }
 }
+
+/// How a child ends that has no part in a pool (`EX_SOFTWARE`).
+const UNRECORDED: i32 = 70;
 
 /// Ends a child that must not live on with what it inherits.
 fn give_up(why: &[u8]) -> ! {
     // SAFETY: writes readable bytes to standard error; the outcome does not matter.
     unsafe { libc::write(2, why.as_ptr().cast(), why.len()) };
-    sys::process::exit_now(70);
+    sys::process::exit_now(UNRECORDED);
 }
 
 /// Called by a child that ends in an orderly way, as the last thing before `_exit`: neither a panic

@@ -8,13 +8,15 @@
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
+use std::os::fd::AsFd as _;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
 use super::ProcessId;
 use super::encode::decode;
 use super::scope::Children;
-use crate::sys::process;
+use crate::sys::{process, watch};
 
 /// Why a child gave no result. This concerns only that child: its siblings and its parent go on.
 ///
@@ -228,6 +230,34 @@ impl<'s, R> ScopedJoinHandle<'s, R> {
     #[must_use]
     pub fn is_finished(&self) -> bool {
         process::has_ended(self.pid)
+    }
+
+    /// Waits for the child to end, in whatever way, no longer than `timeout`; returns whether it has ended.
+    ///
+    /// # Errors
+    ///
+    /// Those of `pidfd_open`: there is no descriptor left, for one.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use shmkit::process::scope;
+    /// scope(|s| {
+    ///     let child = s.spawn(|| -> () { loop { std::thread::park() } }).unwrap();
+    ///     assert!(!child.wait_timeout(Duration::from_millis(1)).unwrap());
+    ///     child.kill().unwrap();
+    ///     assert!(child.wait_timeout(Duration::MAX).unwrap());
+    /// });
+    /// ```
+    pub fn wait_timeout(&self, timeout: Duration) -> io::Result<bool> {
+        if !self.is_finished() {
+            match watch::pidfd(self.pid) {
+                Ok(pidfd) => watch::wait_ended(pidfd.as_fd(), timeout),
+                // Where children are reaped by themselves (SIGCHLD is ignored), it may be gone by now.
+                Err(_) if self.is_finished() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(self.is_finished())
     }
 }
 

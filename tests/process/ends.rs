@@ -2,6 +2,7 @@
 
 use std::io::{PipeWriter, pipe};
 use std::process::Command;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use shmkit::process::{JoinError, KillError, scope};
@@ -187,10 +188,11 @@ pub fn is_finished() {
     scope(|s| {
         let child = s.spawn(|| listen(&reader)).unwrap();
         assert!(!child.is_finished());
-        tell(&writer);
-        while !child.is_finished() {
-            std::thread::yield_now();
+        for time in [0, 1] {
+            assert!(!child.wait_timeout(Duration::from_millis(time)).unwrap());
         }
+        tell(&writer);
+        assert!(child.wait_timeout(Duration::MAX).unwrap());
         assert!(child.is_finished(), "and stays so until it is joined");
         child.join().unwrap();
     });

@@ -138,12 +138,19 @@ pub fn a_child_that_is_killed_on_its_way_holds_nothing() {
 /// What a child reads a byte from before it lives, if that is a descriptor.
 static LATE_BY: AtomicI32 = AtomicI32::new(-1);
 
-/// In a child, before it comes to life in any pool. It does not outlive a parent that fails.
+/// What it writes a byte to before that, if that is a descriptor.
+static LATE_IS_TOLD: AtomicI32 = AtomicI32::new(-1);
+
+/// In a child, before it comes to life in any pool. It does not outlive a parent that fails, unless it is to tell of
+/// itself.
 extern "C" fn be_late() {
-    let mut byte = 0_u8;
+    let (tell, mut byte) = (LATE_IS_TOLD.load(Ordering::Relaxed), 0_u8);
     // SAFETY: the byte is written to.
     unsafe {
-        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        if tell < 0 {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        }
+        libc::write(tell, (&raw const byte).cast(), 1);
         libc::read(LATE_BY.load(Ordering::Relaxed), (&raw mut byte).cast(), 1);
     }
 }
@@ -189,6 +196,40 @@ pub fn role_late() {
 
 pub fn a_child_on_its_way_is_no_other() {
     role_succeeds("role_late");
+}
+
+pub fn role_orphan() {
+    // SAFETY: as in `role_late`.
+    let done = unsafe { libc::pthread_atfork(None, None, Some(be_late)) };
+    assert_eq!(done, 0);
+    let pool = Pool::builder().create().unwrap();
+    let kept = pool.create(7_u64).unwrap();
+    let [(go, let_go), (late, is_late), (said, says)] =
+        [(); 3].map(|()| rustix::pipe::pipe().unwrap());
+    let parent = fork().unwrap_or_else(|| {
+        LATE_BY.store(go.as_raw_fd(), Ordering::Relaxed);
+        LATE_IS_TOLD.store(is_late.as_raw_fd(), Ordering::Relaxed);
+        // SAFETY: this process's own standard error.
+        assert_eq!(unsafe { libc::dup2(says.as_raw_fd(), 2) }, 2);
+        fork();
+        leave(false)
+    });
+    drop((is_late, says));
+    assert_eq!(rustix::io::read(&late, &mut [0; 1]), Ok(1));
+    // SAFETY: our own child.
+    assert_eq!(unsafe { libc::kill(parent, libc::SIGKILL) }, 0);
+    assert_eq!(reap(parent), libc::SIGKILL);
+    pool.recover();
+    assert_eq!(rustix::io::write(let_go, &[1]), Ok(1));
+    let mut text = String::new();
+    std::fs::File::from(said).read_to_string(&mut text).unwrap();
+    assert_eq!((&*text, *kept), ("", 7));
+    assert!(pool.check().is_ok(), "{}", pool.check());
+}
+
+/// It ends, and says nothing.
+pub fn a_child_on_its_way_whose_parent_is_dead() {
+    role_succeeds("role_orphan");
 }
 
 /// Who is about to return once it has forked.
