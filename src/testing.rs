@@ -120,6 +120,12 @@ pub fn refuse_commits(granted: Option<usize>) {
     crate::sys::refusal::COMMITS.after(granted);
 }
 
+/// What the number of the pool's descriptor stands for by now is the pool's file from here on.
+pub fn has_another_file(pool: Pool) {
+    let noted = local::of(pool.0).file().note(pool.fd());
+    noted.expect("an open descriptor");
+}
+
 /// The bytes of address space that the pool has.
 pub fn mapped_len(pool: Pool) -> usize {
     local::of(pool.0).len()

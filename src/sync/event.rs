@@ -407,7 +407,7 @@ impl Watch {
     /// Makes the descriptor readable.
     fn tell(&self) {
         // If the socket is full, the descriptor is certainly readable; if it is closed, `is_open`
-        // notices.
+        // notices (SIGPIPE, like any signal, is blocked in this thread).
         let _ = self
             .ours
             .get()

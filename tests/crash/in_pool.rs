@@ -23,6 +23,9 @@ impl<W: InPool> Arena for W {
     fn fd(&self) -> RawFd {
         self.pool().fd().as_raw_fd()
     }
+    fn has_another_file(&self) {
+        testing::has_another_file(self.pool());
+    }
 }
 
 /// A case whose victim is a participant of the pool, and whose recovery is the pool's.

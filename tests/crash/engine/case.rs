@@ -15,6 +15,8 @@ pub trait Arena {
     fn mapped_len(&self) -> usize;
     /// The descriptor of the file, open for reading and writing.
     fn fd(&self) -> RawFd;
+    /// The number of that descriptor stands for a copy of the file by now, in this process alone.
+    fn has_another_file(&self) {}
 }
 
 /// A process that died, or is taken to have died.

@@ -172,6 +172,7 @@ pub fn take_over(arena: &dyn Arena, image: &OwnedFd) -> io::Result<()> {
     check(i64::from(unsafe {
         libc::dup3(image.as_raw_fd(), arena.fd(), libc::O_CLOEXEC)
     }))?;
+    arena.has_another_file();
     Ok(())
 }
 
