@@ -246,6 +246,7 @@ impl<'s, R> ScopedJoinHandle<'s, R> {
     ///     assert!(!child.wait_timeout(Duration::from_millis(1)).unwrap());
     ///     child.kill().unwrap();
     ///     assert!(child.wait_timeout(Duration::MAX).unwrap());
+    ///     assert!(child.join().is_err());
     /// });
     /// ```
     pub fn wait_timeout(&self, timeout: Duration) -> io::Result<bool> {
